@@ -48,6 +48,7 @@ from prefect_qruntime.prefect_api import (
     is_ending,
     lineage,
     patience,
+    reason,
     starts_in,
 )
 from prefect_qruntime.redact import get_logger, lock_of_process, many
@@ -181,9 +182,10 @@ async def _ask(level: int) -> _Answer:
                     return _Answer(asked, run_id, starts)
                 gone = gone or (not states and await _is_deleted(client, run_id))
         return _Answer(asked, None, starts, gone)
-    except Exception:
+    except Exception as error:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
-        log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
+        said = "Prefect does not say whether the flow run was cancelled. Its jobs live on: %s"
+        log.log(level, said, reason(error))
     return _Answer(asked)
 
 

@@ -96,13 +96,15 @@ def allowed_folders(access: Literal["read", "write"] = "read") -> tuple[Path, ..
 
     Returns:
         The folders. The root of the file system never counts as a working directory: it would allow every file.
-        Inside `own_files` it is the root alone.
+        A removed one does not either. Inside `own_files` it is the root alone.
     """
-    here = Path.cwd()
     if _own_files.get():
-        return (Path(here.anchor),)
+        return (Path("/").absolute(),)
     setting = current_settings().allowed_folders
-    found = list(setting) if setting is not None else [here] if here != here.parent else []
+    found = list(setting) if setting is not None else []
+    if setting is None:
+        with suppress(FileNotFoundError):
+            found = [here] if (here := Path.cwd()) != here.parent else []
     own = _folder_of_flow()
     if access == "read" and own is not None:
         found.append(own)
@@ -145,6 +147,8 @@ def _inside(path: Path, folders: tuple[Path, ...], *, field: str) -> Path:
         found = path.resolve()
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             found.stat()  # from Python 3.13 on, it is this that finds symbolic links which lead to themselves
+    except FileNotFoundError:
+        raise InvalidInput(f"{shown} begins at the working directory, which was removed", field=field) from None
     except (OSError, ValueError, RuntimeError):
         raise InvalidInput(f"{shown} is not a path", field=field) from None
     if not str(path).isprintable():

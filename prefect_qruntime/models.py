@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -34,6 +35,7 @@ __all__ = [
     "Usage",
     "is_mock",
     "mock_backend",
+    "twirled_shots",
 ]
 
 
@@ -44,6 +46,7 @@ FLOW_TAG = "qr-flow:"
 MOST_TTL = 2**31 - 1
 """Longest life of a session in seconds that the service takes."""
 _MOCK = "mock_"
+_RANDOMIZING = ("twirling", "resilience")
 
 
 def is_mock(backend: str | None) -> bool:
@@ -54,6 +57,34 @@ def is_mock(backend: str | None) -> bool:
 def mock_backend(backend: str) -> str:
     """The name of the mock backend that stands for a backend: `mock_torino` for `ibm_torino`."""
     return backend if is_mock(backend) else _MOCK + (backend.partition("_")[2] or backend)
+
+
+def twirled_shots(options: Mapping[str, Any], asked: int | None, default: int, *, level: int = 0) -> tuple[int, int]:
+    """The shots of a point that a result has, and those that are run and charged.
+
+    Twirling runs whole randomizations, so it rounds up. Its two numbers come before a default, but after what is asked.
+
+    Args:
+        options: The job's options.
+        asked: The shots that the PUB or the job asks for, also by a precision; None if neither does.
+        default: The shots of the options, or the service's.
+        level: The estimator's resilience level, which says what is twirled where the options do not; 0 for the sampler.
+    """
+    twirling, resilience = (part if isinstance(part := options.get(name), Mapping) else {} for name in _RANDOMIZING)
+    flags = {"enable_gates": level > 1, "enable_measure": level > 0}
+    shots = default if asked is None else asked
+    if not any(on if (said := twirling.get(name)) is None else said for name, on in flags.items()):
+        return shots, shots
+    randomizations, each = (
+        number if type(number := twirling.get(name)) is int and number > 0 else None
+        for name in ("num_randomizations", "shots_per_randomization")
+    )
+    if randomizations and each and asked is None:
+        shots = randomizations * each
+    if randomizations:
+        return shots, randomizations * math.ceil(shots / randomizations)
+    each = each or (64 if resilience.get("pec_mitigation") else max(64, math.ceil(shots / 32)))
+    return shots, each * math.ceil(shots / each)
 
 
 def _html(value: Any) -> str:

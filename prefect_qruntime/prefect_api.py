@@ -120,6 +120,14 @@ def is_passing(error: BaseException) -> bool:
     )
 
 
+def reason(error: BaseException) -> str:
+    """Why Prefect's API gave no answer, in one line for a log."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"HTTP {error.response.status_code} {error.response.reason_phrase}".rstrip()
+    first = next(iter(str(error).splitlines()), "")[:300]
+    return f"{type(error).__name__}: {first}".rstrip(": ")
+
+
 def _may_conflict(request: httpx.Request) -> bool:
     """Whether a 409 is a final answer: something of this name exists, a lock is held, parameters do not fit.
 

@@ -305,6 +305,7 @@ class _Known:
     failed: dict[tuple[str, str], float] = field(default_factory=dict)
     tenants: LRUCache[str, tuple[float, Tenant]] = field(default_factory=lambda: LRUCache(_KEEP))
     reading: SingleFlight[Tenant] = field(default_factory=SingleFlight)
+    in_force: SingleFlight[QuantumRuntimePolicy | None] = field(default_factory=SingleFlight)
 
 
 async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
@@ -326,40 +327,46 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
     moment, policy = known.policies.get(which, (float("-inf"), None))
     if time.monotonic() - moment < _FRESH:
         return policy
-    async with network_loop().lock("policy"):
-        moment, policy = known.policies.get(which, (float("-inf"), None))
-        if time.monotonic() - moment < _FRESH:
+    # A script outside any run needs no Prefect and could name another: a policy applies there if it can be read.
+    glances = not in_run()
+    will_do = glances or (moment > float("-inf") and not buys)
+    if will_do and time.monotonic() - known.failed.get(which, float("-inf")) < _FRESH:
+        return policy
+    # None waits for the failures of the others.
+    reading = partial(_read_in_force, known, which, buys=buys, will_do=will_do, glances=glances)
+    return await known.in_force.join(reading, which, buys, will_do, glances)
+
+
+async def _read_in_force(
+    known: _Known, which: tuple[str, str], *, buys: bool, will_do: bool, glances: bool
+) -> QuantumRuntimePolicy | None:
+    name, (_, policy) = which[1], known.policies.get(which, (float("-inf"), None))
+    try:
+        with patience(_GLANCE if glances else _ANSWER) if will_do else contextlib.nullcontext():
+            data = await _read(name)
+    except Exception as error:
+        first = which not in known.failed  # in this outage
+        known.failed[which] = time.monotonic()
+        if will_do:
+            what = "The last known one applies." if policy is not None else "None applies."
+            level = logging.WARNING if first else logging.DEBUG
+            log.log(level, "The policy could not be read from Prefect (%r). %s", error, what)
             return policy
-        # A script outside any run needs no Prefect and could name another: a policy applies there if it can be read.
-        will_do = not in_run() or (moment > float("-inf") and not buys)
-        if will_do and time.monotonic() - known.failed.get(which, float("-inf")) < _FRESH:
-            return policy
-        try:
-            with patience(_ANSWER if in_run() else _GLANCE) if will_do else contextlib.nullcontext():
-                data = await _read(name)
-        except Exception as error:
-            first = which not in known.failed  # in this outage
-            known.failed[which] = time.monotonic()
-            if will_do:
-                what = "The last known one applies." if policy is not None else "None applies."
-                level = logging.WARNING if first else logging.DEBUG
-                log.log(level, "The policy could not be read from Prefect (%r). %s", error, what)
-                return policy
-            raise not_sent(
-                f"The policy {name!r} cannot be read: Prefect's API failed ({error!r}). Without it nothing is allowed."
-            ) from error
-        known.failed.pop(which, None)
-        try:
-            found = _parsed(name, data)
-        except PolicyRefused:
-            if buys:
-                raise
-            # Existing jobs and sessions must stay manageable, on the hosts that an administrator last allowed.
-            usable = policy if data is None else _hosts_of(data)
-            known.policies[which] = time.monotonic() - 2 * _FRESH, usable  # for an outage only
-            return usable
-        known.policies[which] = time.monotonic(), found
-        return found
+        raise not_sent(
+            f"The policy {name!r} cannot be read: Prefect's API failed ({error!r}). Without it nothing is allowed."
+        ) from error
+    known.failed.pop(which, None)
+    try:
+        found = _parsed(name, data)
+    except PolicyRefused:
+        if buys:
+            raise
+        # Existing jobs and sessions must stay manageable, on the hosts that an administrator last allowed.
+        usable = policy if data is None else _hosts_of(data)
+        known.policies[which] = time.monotonic() - 2 * _FRESH, usable  # for an outage only
+        return usable
+    known.policies[which] = time.monotonic(), found
+    return found
 
 
 async def _read(name: str) -> dict[str, Any] | None:

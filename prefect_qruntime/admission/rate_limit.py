@@ -29,7 +29,7 @@ from prefect_qruntime.client.connection import Connection, is_loopback, parse_cr
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.prefect_api import api, in_run, patience
+from prefect_qruntime.prefect_api import api, in_run, patience, reason
 from prefect_qruntime.redact import get_logger, many
 from prefect_qruntime.settings import current_settings
 
@@ -178,8 +178,8 @@ class RateLimiter:
             with patience(_ANSWER):
                 await known.client.update_global_concurrency_limit(slot, GlobalConcurrencyLimitUpdate(active_slots=1))
             self._free[slot] = _now() + known.life
-        except Exception:
-            log.warning("The create limit %s could not be renewed.", slot, exc_info=True)
+        except Exception as error:
+            log.warning("The create limit %s could not be renewed: %s", slot, reason(error))
 
     # ---- within this process -------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ loop once; there it calls `Service`, or what loops over it (submission, sessions
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from prefect_qruntime.client.waiting.job_list import Page
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
 from prefect_qruntime.client.waiting.poller import JobPoller, OnChange, OnTimeout, Stream, follow_job
 from prefect_qruntime.client.waiting.subscription import Ending, JobStream
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
 
 __all__ = ["QuantumRuntimeClient"]
@@ -287,7 +288,7 @@ class QuantumRuntimeClient:
             NotFound: There is no such job.
             QuantumRuntimeError: The service refused to show it.
         """
-        limits = deadlines or Deadlines()
+        limits = (deadlines or Deadlines()).check()
         return await follow_job(
             self._service(),
             check_id(job_id, field="job"),
@@ -302,10 +303,18 @@ class QuantumRuntimeClient:
     async def result(self, job: JobRef | str, *, grace: float = 15.0, shelf: BodyStore | None = None) -> JobResult:
         """The job's result and its provenance; with a `shelf`, a large one goes to a file.
 
-        See `fetching.fetch_result`.
+        Args:
+            job: The job or its id.
+            grace: Seconds for which a result that is not there yet is waited for.
+            shelf: Where a large result is stored; None keeps it in memory.
+
+        Raises:
+            QuantumRuntimeError: See `fetching.fetch_result`.
         """
         ref = JobRef(id=job) if isinstance(job, str) else job
         check_id(ref.id, field="job")
+        if isinstance(grace, bool) or not (isinstance(grace, int | float) and 0 <= grace < math.inf):
+            raise InvalidInput("must be a number of seconds, 0 or more", field="grace")
         service, known = self._service(), self._poller().knows(ref.id)
         result = await fetch_result(service.transport, service.fetch_job, ref, grace=grace, known=known, shelf=shelf)
         # The only copy of a private result is in a file at first, whatever its size.

@@ -26,6 +26,7 @@ from prefect_qruntime.client.inputs.qasm import scan
 from prefect_qruntime.client.inputs.spec import DEFAULT_PRECISION, DEFAULT_SHOTS, JobSpec, Pub
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.models import twirled_shots
 from prefect_qruntime.redact import many, shown
 
 __all__ = [
@@ -53,7 +54,6 @@ _FITTED = 60  # of them, those that adjust the model
 _REPETITION = 250e-6  # seconds between two shots if the options set none (IBM's default)
 _CIRCUIT = 20e-6  # seconds of a circuit with its measurement
 _OVERHEAD = 2.0  # seconds that a job takes in addition to its shots
-_TWIRLS = ("enable_gates", "enable_measure")
 _MOST = 1e300  # a number that still can be calculated with
 _LEAST = 1e-3  # seconds; nothing is expected to cost less
 
@@ -344,30 +344,19 @@ def _executions(spec: JobSpec, pub: Pub, field: str) -> float:
     """How often the circuits of a PUB are run."""
     options = spec.options
     points = _points(pub, f"{field}.parameters")
-    twirled = _twirled_shots(spec)
     if spec.program_id == "estimator":
         precision = pub.precision if pub.precision is not None else options.get("precision")
-        shots = twirled or options.get("default_shots") or spec.shots
-        if precision is not None or shots is None:
-            shots = shots_for(
-                precision or options.get("default_precision") or DEFAULT_PRECISION, field=f"{field}.precision"
-            )
-        return float(shots) * points * _bases(pub)
-    said = (pub.shots, spec.shots, twirled, options.get("default_shots"))
-    return float(next((shots for shots in said if shots is not None), DEFAULT_SHOTS)) * points
-
-
-def _twirled_shots(spec: JobSpec) -> float | None:
-    """The shots that twirling sets, which come before an option's default, but after what a PUB or the job asks for."""
-    twirling, level = spec.options.get("twirling"), spec.options.get("resilience_level")
-    if not isinstance(twirling, Mapping):
-        return None
-    # If they are not set, the estimator's level decides, which is 1 by default.
-    defaults = {"enable_gates": level == 2, "enable_measure": level != 0} if spec.program_id == "estimator" else {}
-    if not any(map((defaults | {name: on for name, on in twirling.items() if on is not None}).get, _TWIRLS)):
-        return None
-    parts = [_number(twirling.get(name)) for name in ("num_randomizations", "shots_per_randomization")]
-    return None if None in parts else math.prod(part or 0.0 for part in parts)
+        asked = None if precision is None else shots_for(precision, field=f"{field}.precision")
+        default = options.get("default_shots") or spec.shots
+        if default is None:
+            default = shots_for(options.get("default_precision") or DEFAULT_PRECISION, field=f"{field}.precision")
+        level = options.get("resilience_level")
+        level, circuits = level if isinstance(level, int) else 1, points * _bases(pub)
+    else:
+        asked = spec.shots if pub.shots is None else pub.shots
+        default, level, circuits = options.get("default_shots"), 0, points
+    most = DEFAULT_SHOTS if default is None else math.ceil(default)
+    return twirled_shots(options, None if asked is None else math.ceil(asked), most, level=level)[1] * circuits
 
 
 def _points(pub: Pub, field: str) -> float:

@@ -18,7 +18,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.parsing import parse_session_workload
 from prefect_qruntime.client.service import each_job
 from prefect_qruntime.credentials import Attended, load_each, read_each
-from prefect_qruntime.errors import InvalidInput, NotFound
+from prefect_qruntime.errors import InvalidInput, NotFound, PermissionDenied
 from prefect_qruntime.models import FLOW_TAG, KEY_TAG, Job, Session, Usage
 from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.operations.job_listing import find_owners, parse_since
@@ -130,10 +130,10 @@ class InstanceUsage:
             QuantumRuntimeError: The service could not be asked; what was read stays.
         """
         self.unfinished.add(block)
-        usage = await client.usage()
-        start, over = usage.period_start, usage.period_end
-        self.has_period = start is not None and (until is None or start < until)
-        if start is not None and self.has_period:
+        usage = await self._read_usage(client, block)
+        start, over = (None, None) if usage is None else (usage.period_start, usage.period_end)
+        has_period = start is not None and (until is None or start < until)
+        if start is not None and has_period:
             since = min(since, start)
             until = None if until is None or over is None or over > until else until
         lists_sessions = await self._read_sessions(client, block, since)
@@ -142,8 +142,18 @@ class InstanceUsage:
         if lists_sessions:
             await self._read_unlisted(client, block)
         # Read last: usage that is final in a list is in this total; what became final meanwhile counts as pending.
-        self.usage = await client.usage() if self.has_period else usage
+        if usage is not None:  # another block may have read it
+            self.usage, self.has_period = await client.usage() if has_period else usage, has_period
         self.unfinished.discard(block)
+
+    async def _read_usage(self, client: QuantumRuntimeClient, block: str) -> Usage | None:
+        """The instance's total; None, with a note, if it cannot be read: jobs and sessions are counted without it."""
+        try:
+            return await client.usage()
+        except (PermissionDenied, NotFound) as error:
+            why = "the key has no right to read" if isinstance(error, PermissionDenied) else "this host does not report"
+            self.notes.append(f"{block}: {why} the instance's usage, so no total of the service is compared.")
+            return None
 
     async def _read_sessions(self, client: QuantumRuntimeClient, block: str, since: datetime) -> bool:
         try:
@@ -195,16 +205,16 @@ class InstanceUsage:
         """Compare the service's totals of the usage period, of sessions and of batches with the counted usage."""
         found: list[Reconciled] = []
         usage = self.usage
-        if usage is None or self.unfinished:  # a part cannot be compared with the whole
+        if self.unfinished:  # a part cannot be compared with the whole
             return found
-        if self.has_period:
+        if usage is not None and self.has_period:
             charges = self.book.charges({}, since=usage.period_start, until=usage.period_end)
             _, total = group(charges, ["block"])
             for unit, said in ((Unit.SECONDS, usage.consumed_seconds), (Unit.RESOURCE_UNITS, usage.consumed_units)):
                 amount = Amount.of(said, unit)
                 if amount is not None:
                     found.append(self._line("instance", unit, amount, total.amounts, total.pending, _instance_meaning))
-        else:
+        elif usage is not None:
             self.notes.append(
                 f"{self.block}: the service reports a total for the current usage period only, which this report omits."
             )

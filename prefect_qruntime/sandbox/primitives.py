@@ -7,6 +7,7 @@ from random import Random
 from statistics import NormalDist
 from typing import Any
 
+from prefect_qruntime.models import twirled_shots
 from prefect_qruntime.sandbox import aer, circuits as qc, encoding
 from prefect_qruntime.sandbox.catalog import ERROR_READOUT, MAX_SHOTS
 from prefect_qruntime.sandbox.encoding import InputError
@@ -29,13 +30,15 @@ def sampler(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
     encoded = bool(params.get("support_qiskit"))
     if level != "classified" and not encoded:
         raise InputError(f"The meas_type {level} needs support_qiskit: plain JSON has no form for its results.")
-    default = params.get("shots") or _twirled_shots(options) or options.get("default_shots") or DEFAULT_SHOTS
+    default = options.get("default_shots") or DEFAULT_SHOTS
     results, total = [], 0
     shapes: list[tuple[int, ...]] = []
     for number, sent in enumerate(params["pubs"]):
-        pub = _sampler_pub(sent, default, run)
+        own = sent[2] if isinstance(sent, list) and len(sent) > 2 else None
+        shots, executed = twirled_shots(options, _checked(own, params.get("shots")), default)
+        pub = _sampler_pub(sent, shots, run)
         points = max(1, math.prod(pub.shape))
-        total += points * pub.shots
+        total += points * executed
         shapes.append((*pub.shape, pub.shots))
         check_shots(pub.shots, total)
         taken = take_shots(pub.circuit, _rows(pub), pub.shots, run, run.seed + number)
@@ -71,23 +74,15 @@ def _spans(shapes: list[tuple[int, ...]], run: Run) -> dict[str, Any]:
     return {"__type__": "ExecutionSpans", "__value__": {"spans": spans}}
 
 
-def _twirled_shots(options: dict[str, Any], level: int = 0) -> int | None:
-    """Return the shots that twirling sets; shots of a PUB or of the job come before it, defaults after it.
-
-    Args:
-        options: The options of the job.
-        level: The estimator's resilience level, which decides what is twirled if the options do not.
-    """
-    twirling = options.get("twirling") or {}
-    if not (twirling.get("enable_gates", level > 1) or twirling.get("enable_measure", level > 0)):
-        return None
-    randomizations, shots = twirling.get("num_randomizations"), twirling.get("shots_per_randomization")
-    if isinstance(randomizations, int) and isinstance(shots, int):
-        return randomizations * shots
-    return None
+def _checked(own: Any, common: int | None) -> int | None:
+    """Return the shots that a PUB or its job asks for."""
+    shots = common or None if own is None else own
+    if shots is None or (type(shots) is int and shots > 0):
+        return shots
+    raise InputError(f"The number of shots must be a positive integer, not {shots!r}.", 6000)
 
 
-def _sampler_pub(sent: Any, default_shots: int, run: Run) -> Any:
+def _sampler_pub(sent: Any, shots: int, run: Run) -> Any:
     from qiskit.primitives.containers.sampler_pub import SamplerPub
 
     parts = sent if isinstance(sent, list) else [sent]
@@ -96,9 +91,6 @@ def _sampler_pub(sent: Any, default_shots: int, run: Run) -> Any:
     if not circuit.num_clbits:
         raise InputError("The circuit has no classical bits: add measurements.")
     values = encoding.decode(parts[1]) if len(parts) > 1 else None
-    shots = parts[2] if len(parts) > 2 and parts[2] is not None else default_shots
-    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
-        raise InputError(f"The number of shots must be a positive integer, not {shots!r}.", 6000)
     try:
         return SamplerPub.coerce((circuit, qc.bindings(circuit, values), shots))
     except InputError:
@@ -216,23 +208,22 @@ def estimator(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
 
     options = params.get("options") or {}
     encoded = bool(params.get("support_qiskit"))
-    default, level = params.get("precision"), params.get("resilience_level", 1)
-    common = None if default else _twirled_shots(options, level) or options.get("default_shots")
-    if common:
-        default = 1 / math.sqrt(common)
-    default = default or options.get("default_precision") or DEFAULT_PRECISION
+    common, level = params.get("precision"), params.get("resilience_level", 1)
+    default = common or options.get("default_precision") or DEFAULT_PRECISION
     # From level 1 on the service corrects readout errors.
     mitigated = level >= 1
     results, total = [], 0
     for number, sent in enumerate(params["pubs"]):
         pub = _estimator_pub(sent, default, run)
-        asked = len(sent) > 3 and sent[3] is not None
-        shots = common if common and not asked else math.ceil(1 / pub.precision**2)
-        values, deviations = estimate(pub, shots, pub.precision, run, run.seed + number, mitigated=mitigated)
-        total += shots * max(1, math.prod(pub.shape))
+        wanted = math.ceil(1 / pub.precision**2)
+        asked = wanted if common or (len(sent) > 3 and sent[3] is not None) else None
+        shots, executed = twirled_shots(options, asked, options.get("default_shots") or wanted, level=level)
+        precision = pub.precision if shots == wanted else 1 / math.sqrt(shots)
+        values, deviations = estimate(pub, shots, precision, run, run.seed + number, mitigated=mitigated)
+        total += executed * max(1, math.prod(pub.shape))
         meta: dict[str, Any] = {
             "shots": shots,
-            "target_precision": pub.precision,
+            "target_precision": precision,
             "circuit_metadata": {},
             "resilience": {},
             "num_randomizations": 32,

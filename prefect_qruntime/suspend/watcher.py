@@ -160,6 +160,7 @@ class _Watcher:
         self._instances_at = 0.0
         self._unchecked: dict[str, str] = {}  # why an instance could not be checked, by block
         self._checking = dict[str, str]()  # the block by which an instance is being checked
+        self._checked = set[str]()  # the instances that were
         self._looking = set[asyncio.Task[None]]()
         self._reading_blocks = False
         self._showing: asyncio.Task[None] | None = None
@@ -179,8 +180,9 @@ class _Watcher:
             try:
                 await step()
             except Exception as error:
-                self._problem("prefect", f"Prefect's API did not answer: {type(error).__name__}")
-                log.warning("Prefect's API did not answer. It is polled again later.", exc_info=True)
+                self._problem("prefect", f"Prefect's API gave no answer: {prefect_api.reason(error)}")
+                log.warning("Prefect's API gave no answer and is polled again: %s", prefect_api.reason(error))
+                log.debug("Prefect's API gave no answer.", exc_info=True)
                 return
         self._problems.pop("prefect", None)
         self._look_at_instances()
@@ -229,8 +231,8 @@ class _Watcher:
         self._reading_blocks = True
         try:
             loaded, problems = await load_each(self._blocks)
-        except Exception:
-            log.warning("Prefect's API did not answer, so no instance is checked now.", exc_info=True)
+        except Exception as error:
+            log.warning("Prefect's API gave no answer, so no instance is checked now: %s", prefect_api.reason(error))
             return
         finally:
             self._reading_blocks = False
@@ -259,6 +261,7 @@ class _Watcher:
                 async with asyncio.timeout(_INSTANCE * len(keys[crn])):
                     await watch.look(*keys[crn].values())
                 self._unchecked.pop(block, None)
+                self._checked.add(crn)
             except Exception as error:
                 self._not_checked(block, str(error) or "it does not answer.")  # a timeout has no text
             finally:
@@ -453,14 +456,18 @@ class _Watcher:
         def silent() -> list[_Followed]:
             return [one for one in self._followed.values() if one.task is not None and not one.seen and not one.ending]
 
+        def unchecked() -> list[str]:
+            # A later check that is slow is none: the next watch goes on with it.
+            return [block for crn, block in self._checking.items() if crn not in self._checked]
+
         end = time.monotonic() + _LAST
-        while (silent() or self._checking) and time.monotonic() < end:  # noqa: ASYNC110  the answers come in many places
+        while (silent() or unchecked()) and time.monotonic() < end:  # noqa: ASYNC110  the answers come in many places
             await asyncio.sleep(0.1)
         for entry in silent():
             about = f"job {entry.wait.job_id} for {suspend.describe(entry.wait)}"
             self._problem(str(entry.wait.note), f"{about}: there was no answer about it until the watch ended.")
-        for block in self._checking.values():
-            self._not_checked(block, "it had not answered when the watch ended.")
+        for block in unchecked():
+            self._not_checked(block, "the first check had not ended when the watch ended.")
 
     async def stop(self) -> None:
         """Stop watching; nothing is lost by that."""

@@ -27,6 +27,7 @@ from prefect.settings import get_current_settings
 
 from prefect_qruntime.client.network_loop import NetworkLoop, network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability.artifacts import Record, drop_record, find_records, mark_closed, upsert_session
 from prefect_qruntime.observability.markdown import card, session_description, session_title
@@ -100,7 +101,10 @@ class SessionNote:
     async def mark_closed(self) -> None:
         """Mark the session as closed, so that it is not checked again."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            try:
+                self.path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("The record of a closed session, %s, could not be removed: %r", self.path, error)
             return
         await mark_closed(self.record)
 
@@ -135,11 +139,12 @@ def _files() -> list[SessionNote]:
             meta = orjson.loads(path.read_bytes())
             if not isinstance(meta, dict) or not all(isinstance(value, str) for value in meta.values()):
                 raise ValueError("no note")
-            opened = datetime.fromisoformat(meta["opened"])
+            datetime.fromisoformat(meta["opened"])
+            updated = datetime.fromtimestamp(path.stat().st_mtime, UTC)  # a session may begin long after its note
         except (OSError, ValueError, KeyError):
             log.warning("%s is not a readable record of a session and was skipped.", path)
             continue
-        found.append(SessionNote(Record(UUID(int=0), path.stem, meta, None, opened), path))
+        found.append(SessionNote(Record(UUID(int=0), path.stem, meta, None, updated), path))
     return found
 
 
@@ -281,10 +286,20 @@ async def _keep(notes: SessionNotes, token: str, entry: _Opened, *, new: bool) -
                 return
             log.debug("The session is recorded in a file, because Prefect did not accept the record: %r", error)
     entry.path = _folder() / f"{token}.json"
-    if session.is_closed:
-        entry.path.unlink(missing_ok=True)
-    else:
-        await asyncio.to_thread(_write, entry.path, {"id": token, **meta})
+    try:
+        if session.is_closed:
+            entry.path.unlink(missing_ok=True)
+        else:
+            await asyncio.to_thread(_write, entry.path, {"id": token, **meta})
+    except OSError as error:
+        if not new:
+            log.warning("The record of session %s in %s could not be updated: %r", session.id, entry.path, error)
+            return
+        del notes.opened[token]
+        raise QuantumRuntimeError(
+            f"The session cannot be recorded in {entry.path} ({error.strerror or error}), so it was not opened.",
+            solution="Free space there, set PREFECT_HOME to a folder that can be written, or PREFECT_API_URL.",
+        ) from None
 
 
 def _instance(credentials: QuantumRuntimeCredentials) -> dict[str, str]:

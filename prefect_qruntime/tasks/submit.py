@@ -411,7 +411,8 @@ class SubmitTask(InFlowTask[..., Any]):
             raise InvalidInput(
                 "mapped arguments must have equal lengths, not "
                 f"{', '.join(f'{name}: {number}' for name, number in lengths.items())}. Write `unmapped(...)` around "
-                "one that is the same for all calls, after `from prefect import unmapped`."
+                "one that is the same for all calls, after `from prefect import unmapped`",
+                field=next(name for name in lengths if lengths[name] != next(iter(lengths.values()))),
             )
         fixed = {name: value for name, value in arguments.items() if name not in mapped}
         return [self._number({**fixed, **{name: value[i] for name, value in mapped.items()}}) for i in range(length)]

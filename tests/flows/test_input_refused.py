@@ -491,6 +491,7 @@ def test_mapped_arguments_of_different_lengths_are_named(
         mapped()
     assert "unmapped(" in str(caught.value)
     assert "call_index" not in str(caught.value)
+    assert caught.value.field == "tags"
     assert not sandbox.control.jobs()
 
 

@@ -13,7 +13,13 @@ from prefect import flow
 
 from prefect_qruntime import InvalidInput, check_flow_parameters, circuit_text
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.flow_parameters import allowed_folders, allowed_path, limited_file_references, read_file
+from prefect_qruntime.flow_parameters import (
+    allowed_folders,
+    allowed_path,
+    limited_file_references,
+    own_files,
+    read_file,
+)
 
 SECRET = "SECRET0123456789abcdefghijABCDEFGHIJ0123"
 BELL = 'OPENQASM 3.0; include "stdgates.inc"; bit[1] c; c[0] = measure $0;'
@@ -105,6 +111,23 @@ def test_the_setting_replaces_the_working_directory(places: tuple[Path, Path], m
     assert allowed_folders() == (inside,)
     monkeypatch.setenv(SETTING, "")
     assert allowed_folders() == ()
+
+
+def test_a_removed_working_directory_allows_nothing(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, outside = places
+    gone = inside / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert allowed_folders() == allowed_folders("write") == ()
+    with own_files():
+        assert circuit_text(str(inside / "bell.qasm")) == BELL
+    with pytest.raises(InvalidInput, match="working directory, which was removed"):
+        circuit_text("bell.qasm")
+    monkeypatch.setenv(SETTING, str(outside))
+    assert circuit_text(str(outside / "bell.qasm")) == BELL
+    with pytest.raises(InvalidInput, match=SETTING):
+        circuit_text(str(inside / "bell.qasm"))
 
 
 def test_the_root_is_no_working_directory(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from prefect_qruntime.models import (
     Session,
     SessionRef,
     Usage,
+    twirled_shots,
 )
 
 EXAMPLES = [
@@ -42,7 +43,7 @@ def test_models_round_trip_are_frozen_and_ignore_what_is_new(model: Any) -> None
 
 
 def test_every_public_model_has_an_example() -> None:
-    others = ("FLOW_TAG", "KEY_TAG", "MOST_TTL", "JobStatus", "is_mock", "mock_backend")
+    others = ("FLOW_TAG", "KEY_TAG", "MOST_TTL", "JobStatus", "is_mock", "mock_backend", "twirled_shots")
     classes = {name for name in models.__all__ if name not in others}
     assert {type(m).__name__ for m in EXAMPLES} == classes
 
@@ -93,3 +94,35 @@ def test_a_job_gives_its_handle() -> None:
     assert ref.session.id == "s"
     assert ref.submission_key == "qr-key:1"
     assert Job(id="j", status=None).ref().session is None
+
+
+BOTH = {"num_randomizations": 3, "shots_per_randomization": 5}
+
+
+@pytest.mark.parametrize(
+    ("asked", "default", "level", "options", "expected"),
+    [
+        (10, 20, 0, {}, (10, 10)),
+        (None, 20, 0, {}, (20, 20)),
+        (None, 20, 0, {"twirling": BOTH}, (20, 20)),
+        (10, 20, 0, {"twirling": {"enable_gates": True}}, (10, 64)),
+        (10_000, 20, 0, {"twirling": {"enable_measure": True}}, (10_000, 32 * 313)),
+        (10, 20, 1, {}, (10, 64)),
+        (10, 20, 1, {"twirling": {"enable_measure": False}}, (10, 10)),
+        (10, 20, 1, {"twirling": {"enable_measure": None, "num_randomizations": None}}, (10, 64)),
+        (10, 20, 2, {"twirling": {"enable_measure": False}}, (10, 64)),
+        (10_000, 20, 2, {"resilience": {"pec_mitigation": True}}, (10_000, 64 * 157)),
+        (None, 20, 1, {"twirling": BOTH}, (15, 15)),
+        (10, 20, 1, {"twirling": BOTH}, (10, 12)),
+        (10, 20, 1, {"twirling": {"num_randomizations": 4, "shots_per_randomization": "auto"}}, (10, 12)),
+        (10, 20, 1, {"twirling": {"num_randomizations": "auto", "shots_per_randomization": 4}}, (10, 12)),
+        (None, 20, 1, {"twirling": {"num_randomizations": "auto", "shots_per_randomization": 7}}, (20, 21)),
+        (10, 20, 1, {"twirling": {"num_randomizations": 0, "shots_per_randomization": True}}, (10, 64)),
+        (10, 20, 1, {"twirling": "odd", "resilience": []}, (10, 64)),
+    ],
+)
+def test_twirling_runs_whole_randomizations(
+    asked: int | None, default: int, level: int, options: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    """As IBM's reference of the twirling options says; by each number alone, both and neither."""
+    assert twirled_shots(options, asked, default, level=level) == expected

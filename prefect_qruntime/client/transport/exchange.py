@@ -346,7 +346,13 @@ async def receive(
                         best = encoded
                         if not await asyncio.to_thread(best.is_complete):
                             raise
-                body = best.finish()
+                try:
+                    if only:
+                        deadline.reschedule(None)  # all is there
+                        await asyncio.to_thread(best.secure)
+                        deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+                finally:
+                    body = best.finish()  # also if the caller is cancelled meanwhile
             finally:
                 if only and body is None:
                     best.keep_beginning()

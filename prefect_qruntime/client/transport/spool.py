@@ -88,8 +88,9 @@ class StoredBody:
                 yield piece
 
     def discard(self) -> None:
-        """Remove the file, if it is still there."""
-        Path(self.path).unlink(missing_ok=True)
+        """Remove the file, if it is still there and can be removed: who has its content is not stopped by it."""
+        with contextlib.suppress(OSError):
+            Path(self.path).unlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +246,7 @@ class BodyWriter:
         self._path = shelf.place(name)
         self._part: Path | None = None
         self._file: int | None = None
+        self._unsafe: OSError | None = None
         self._pieces: list[bytes] = []
         self._digest = hashlib.sha256()
 
@@ -269,6 +271,14 @@ class BodyWriter:
             for waiting in held:
                 self._put(waiting)
 
+    def secure(self) -> None:
+        """Make an only copy safe from a loss of power too, before `finish`; it takes long, so not on the loop."""
+        if self._shelf.only_copy and (file := self._file) is not None:
+            try:
+                os.fsync(file)
+            except OSError as error:
+                self._unsafe = error  # the system reports it once
+
     def finish(self) -> bytes | StoredBody:
         """Return the whole body: in memory, or under its name on the disk.
 
@@ -278,8 +288,8 @@ class BodyWriter:
         if self._file is None or self._part is None or self._path is None:
             return b"".join(self._pieces)
         try:
-            if self._shelf.only_copy:
-                os.fsync(self._file)  # safe from a loss of power too
+            if self._unsafe is not None:
+                raise self._unsafe
             self._part.replace(self._path)
         except OSError as error:
             if not self._shelf.only_copy:
@@ -289,7 +299,8 @@ class BodyWriter:
         self._part = None
         self.discard()
         if (cut := self._shelf.beginning(self._name)) is not None:
-            cut.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                cut.unlink()
         return StoredBody(str(self._path), self.size, self._digest.hexdigest())
 
     def keep_beginning(self) -> None:

@@ -11,7 +11,7 @@ import heapq
 import math
 import random
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Generic, TypeVar
 
 from prefect_qruntime.errors import InvalidInput
@@ -76,9 +76,15 @@ class Deadlines:
         Raises:
             InvalidInput: A limit is not a positive number.
         """
-        for field_name, value in (("timeout", self.total), ("queue_timeout", self.queue)):
-            if value is not None and not (is_seconds(value) and value > 0):
-                raise InvalidInput("must be a positive number of seconds or None", field=field_name)
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value == one.default or (value is None and one.name == "outage"):
+                continue
+            parameter = {"total": "timeout", "queue": "queue_timeout"}.get(one.name)
+            if parameter is not None and not (is_seconds(value) and value > 0):
+                raise InvalidInput("must be a positive number of seconds or None", field=parameter)
+            if not is_seconds(value):
+                raise InvalidInput("must be a number of seconds, 0 or more", field=one.name)
         return self
 
 

@@ -194,6 +194,7 @@ class Server:
 
     async def read_block_document_by_name(self, name: str, slug: str) -> Any:
         self.asked += 1
+        await asyncio.sleep(0)
         assert (name, slug) == (self.name, "quantum-runtime-policy")
         if isinstance(self.data, Exception):
             raise self.data
@@ -259,6 +260,33 @@ def test_a_tenant_is_read_as_often_as_the_policy(
     with pytest.raises(QuantumRuntimeError, match="could not be read"):
         network_loop().run(many())
     assert asked == 1, "none waits for the failures of the others"
+
+
+@pytest.mark.parametrize("in_run", [True, False])
+@pytest.mark.parametrize("buys", [True, False])
+def test_calls_at_the_same_time_share_one_reading_of_the_policy(
+    server: Server, monkeypatch: pytest.MonkeyPatch, buys: bool, in_run: bool
+) -> None:
+    """Before: each waited for the failures of those before it, a minute each."""
+    monkeypatch.setattr(module, "in_run", lambda: in_run)
+    settings = SimpleNamespace(api=SimpleNamespace(url="http://127.0.0.1:1/api"))
+    monkeypatch.setattr(module, "get_current_settings", lambda: settings)
+
+    async def many() -> list[Any]:
+        return await asyncio.gather(*(module.policy_in_force(buys=buys) for _ in range(9)), return_exceptions=True)
+
+    server.data = RuntimeError("down")
+    found = network_loop().run(many())
+    assert server.asked == 1
+    if in_run:
+        assert {type(one) for one in found} == {QuantumRuntimeError}
+        assert len({id(one) for one in found}) == 9, "each has an error of its own"
+    else:
+        assert found == [None] * 9
+    network_loop().forget(module._Known)
+    server.data, server.asked = {"hosts": ["a.example"]}, 0
+    assert [one.hosts for one in network_loop().run(many())] == [["a.example"]] * 9
+    assert server.asked == 1
 
 
 def test_without_prefect_nothing_is_bought(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
+import math
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +20,7 @@ from pytest_httpx import HTTPXMock
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.transport import http as http_module
+from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import JobStatus, SessionRef
 from tests.support.mock_client import CRN, TOKEN, connection, sent
@@ -348,6 +353,39 @@ def test_ids_are_checked_before_they_leave(iam: HTTPXMock, connect: Connect, bad
     for call in calls:
         with pytest.raises(InvalidInput):
             client.run(call(bad))
+    assert not iam.get_requests()
+
+
+def _numeric() -> list[tuple[str, str]]:
+    """Each numeric parameter of each public call of the client; limits of a wait by their fields."""
+    calls = inspect.getmembers(QuantumRuntimeClient, inspect.iscoroutinefunction)
+    found = [
+        (name, field)
+        for name, call in calls
+        if not name.startswith("_")
+        for field, parameter in inspect.signature(call).parameters.items()
+        if {"int", "float"} & set(re.findall(r"\w+", str(parameter.annotation)))
+    ]
+    return found + [(name, field.name) for name in ("look", "wait") for field in fields(Deadlines)]
+
+
+WRONG_NUMBERS: tuple[Any, ...] = (-1, -0.5, True, "1", math.nan, -math.inf, [1])
+
+
+@pytest.mark.parametrize(("name", "field"), _numeric())
+def test_wrong_numbers_are_refused_by_name_before_anything_is_sent(
+    iam: HTTPXMock, connect: Connect, name: str, field: str
+) -> None:
+    client = connect()
+    call = getattr(client, name)
+    here = inspect.signature(call).parameters
+    needed = {key: "b" for key, one in here.items() if one.default is one.empty and one.kind is not one.VAR_KEYWORD}
+    for wrong in WRONG_NUMBERS:
+        given: dict[str, Any] = {**needed, **({"mode": "dedicated"} if "mode" in here else {})}
+        given |= {field: wrong} if field in here else {"deadlines": Deadlines(**{field: wrong})}
+        with pytest.raises(InvalidInput) as caught:
+            client.run(call(**given))
+        assert caught.value.field == {"total": "timeout", "queue": "queue_timeout"}.get(field, field)
     assert not iam.get_requests()
 
 

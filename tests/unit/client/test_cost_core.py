@@ -7,7 +7,7 @@ import math
 import random
 import zlib
 from dataclasses import replace
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 from statistics import mean, median
 from typing import Any
 
@@ -150,12 +150,12 @@ def busy(pubs: Any, **given: Any) -> float:
             {"options": {"twirling": {"enable_measure": True, "num_randomizations": 8, "shots_per_randomization": 16}}},
             128,
         ),
-        ([PLAIN], {"options": {"twirling": {"enable_measure": True}}, "shots": 10}, 10),
+        ([PLAIN], {"options": {"twirling": {"enable_measure": True}}, "shots": 10}, 64),
         ([(PLAIN, "Z")], {"program_id": "estimator"}, 4096),
-        ([(PLAIN, "Z", None, 0.1)], {"program_id": "estimator"}, 100),
-        ([(PLAIN, ["Z", "X", "I"], None, 0.1)], {"program_id": "estimator"}, 200),
-        ([(PLAIN, "I", None, 0.1)], {"program_id": "estimator"}, 100),
-        ([(PLAIN, "Z")], {"program_id": "estimator", "options": {"default_shots": 7}}, 7),
+        ([(PLAIN, "Z", None, 0.1)], {"program_id": "estimator"}, 128),
+        ([(PLAIN, ["Z", "X", "I"], None, 0.1)], {"program_id": "estimator"}, 256),
+        ([(PLAIN, "I", None, 0.1)], {"program_id": "estimator", "options": {"resilience_level": 0}}, 100),
+        ([(PLAIN, "Z")], {"program_id": "estimator", "options": {"default_shots": 7}}, 64),
     ],
 )
 def test_executions(pubs: Any, given: dict[str, Any], executions: int) -> None:
@@ -194,8 +194,8 @@ def test_the_shots_are_those_that_the_service_takes(program: str, level: int | N
     from prefect_qruntime.sandbox.worker import execute
 
     run = Run(Backend("mock_big", 5, noisy=False, mock=True), seed=1)
-    for randomizations in (4, "auto"):
-        twirling = {**flags, "num_randomizations": randomizations, "shots_per_randomization": 16}
+    for randomizations, each in product((4, 7, "auto"), (16, "auto")):
+        twirling = {**flags, "num_randomizations": randomizations, "shots_per_randomization": each}
         for one, other in combinations_with_replacement((*SAID, {}), 2):
             options: dict[str, Any] = one.get("options", {}) | other.get("options", {}) | {"twirling": twirling}
             own = other.get("pub")
@@ -261,7 +261,7 @@ def test_pubs_on_the_wire_cost_what_they_cost_as_arguments() -> None:
     assert raw("sampler", {"pubs": [[ONE, two]], "options": {"default_shots": 7}}) == pytest.approx(14)
     encoded = {"__type__": "QuantumCircuit", "__value__": "not read for its price"}
     assert raw("sampler", {"pubs": [[encoded, [[0.1], [0.2]], 50]]}) == pytest.approx(100)
-    assert raw("estimator", {"pubs": [[PLAIN, ["Z", "X"], None, 0.1]]}) == pytest.approx(200)
+    assert raw("estimator", {"pubs": [[PLAIN, ["Z", "X"], None, 0.1]]}) == pytest.approx(256)
     assert raw("noise-learner", {"circuits": []}) == 0, "known by past jobs only"
     # The executor's payload that PUBs are turned into costs as much as the PUBs.
     spec = make_spec([(TWO, [[0.1, 0.2], [0.3, 0.4]])], backend="big", shots=30, route="executor")
@@ -420,18 +420,18 @@ def test_deep_payloads_are_priced_or_refused(depth: int) -> None:
     ],
 )
 def test_observables_on_the_wire(observables: Any, bases: int) -> None:
-    assert raw("estimator", {"pubs": [[PLAIN, observables]], "options": {"default_shots": 10}}) == pytest.approx(
-        10 * bases
-    )
+    params = {"pubs": [[PLAIN, observables]], "options": {"default_shots": 10}, "resilience_level": 0}
+    assert raw("estimator", params) == pytest.approx(10 * bases)
 
 
-def test_randomizations_decide_the_shots_only_if_both_numbers_are_given() -> None:
+def test_whole_randomizations_are_priced() -> None:
     def twirled(**given: Any) -> float:
         options = {"default_shots": 10, "twirling": {"enable_gates": True, **given}}
         return raw("sampler", {"pubs": [PLAIN], "options": options})
 
     assert twirled(num_randomizations=4, shots_per_randomization=5) == pytest.approx(20)
-    assert twirled(num_randomizations=4, shots_per_randomization="auto") == pytest.approx(10) == twirled()
+    assert twirled(num_randomizations=4, shots_per_randomization="auto") == pytest.approx(12)
+    assert twirled() == pytest.approx(64)
 
 
 def test_the_same_work_has_one_name_on_both_routes_and_in_any_order() -> None:

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 
 from prefect_qruntime.client.parsing import parse_job
-from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import NotFound, PermissionDenied, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus, Session, Usage
 from prefect_qruntime.operations.job_listing import parse_since
 from prefect_qruntime.operations.usage import InstanceUsage, compile_report
@@ -44,8 +44,11 @@ class Service:
         self.sessions: dict[str, Session] = {}
         self.listed: list[dict[str, Any]] = []
         self.legacy = False
+        self.refuses_usage: Exception | None = None
 
     async def usage(self) -> Usage:
+        if self.refuses_usage is not None:
+            raise self.refuses_usage
         return Usage(consumed_seconds=1.0)
 
     async def workloads(self, *, mode: str, created_after: datetime) -> list[dict[str, Any]]:
@@ -173,6 +176,17 @@ def test_without_a_list_of_workloads_jobs_are_counted_one_by_one() -> None:
     told = report(read(service))
     assert told.total.qpu_seconds == 0.1
     assert any("does not list the usage of sessions" in note for note in told.notes)
+
+
+@pytest.mark.parametrize(("kind", "said"), [(PermissionDenied, "has no right"), (NotFound, "does not report")])
+def test_without_the_instances_total_jobs_and_sessions_are_counted(kind: type[QuantumRuntimeError], said: str) -> None:
+    service = Service([job(1, session_id="s")])
+    service.refuses_usage = kind("no")
+    told = report(read(service))
+    assert (told.total.qpu_seconds, told.problems) == (0.1, [])
+    (note,) = told.notes
+    assert note.startswith("mine: ")
+    assert said in note
 
 
 def test_a_session_of_workloads_is_charged_by_the_clock_and_noted_to_its_opener() -> None:

@@ -296,6 +296,99 @@ def test_a_full_disk_does_not_cost_the_only_copy(
     assert files(shelf) == []
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_an_only_copy_is_made_safe_beside_the_loop_and_kept_if_its_caller_is_cancelled_then(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """A slow disk takes seconds for a large one, during which no other call of the process went on."""
+    fsync, where, begun, gate = os.fsync, list[str](), threading.Event(), threading.Event()
+
+    def slow(file: int) -> None:
+        where.append(threading.current_thread().name)
+        begun.set()
+        gate.wait()
+        fsync(file)
+
+    async def loop_thread() -> str:
+        return threading.current_thread().name
+
+    async def fetched() -> Any:
+        task = asyncio.create_task(client.result("d1", shelf=shelf.for_only_copy()))
+        await asyncio.to_thread(begun.wait)
+        assert await network_loop().arun(loop_thread()) not in where, "the loop goes on"
+        if cancelled:
+            task.cancel()
+            await asyncio.wait([task])
+        gate.set()
+        return await task
+
+    monkeypatch.setattr(os, "fsync", slow)
+    service.answers = [whole()]
+    if cancelled:
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(fetched())
+        assert files(shelf) == [name for name in files(shelf) if name.endswith(".only.body")] != []
+        result = client.run(client.result("d1", shelf=shelf.for_only_copy()))
+    else:
+        result = asyncio.run(fetched())
+    assert result.counts() == {"11": 50_000, "00": 1}
+    assert len([path for path in service.asked if "results" in str(path)]) == 1
+
+
+CALLS = ("mkdir", "open", "write", "fsync", "replace", "unlink", "scandir")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("only_copy", [True, False])
+def test_whatever_the_disk_refuses_no_only_copy_is_lost_and_the_error_is_ours(
+    shelf: BodyStore, monkeypatch: pytest.MonkeyPatch, name: str, code: int, only_copy: bool
+) -> None:
+    """Each call to the system fails in its turn, once and from then on."""
+    asked, real, folder = 0, getattr(os, name), str(shelf.directory)
+    fails: Callable[[int], bool] = bool
+
+    def call(path: Any, *rest: Any, **named: Any) -> Any:
+        nonlocal asked
+        if isinstance(path, int) or str(path).startswith(folder):
+            asked += 1
+            if fails(asked):
+                raise OSError(code, os.strerror(code), str(path))
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, name, call)
+    place = shelf.for_only_copy() if only_copy else shelf
+    turns: list[Callable[[int], bool]] = [lambda _: False]
+    for number in range(1, 6):
+        turns += [lambda asked, number=number: asked == number, lambda asked, number=number: asked >= number]  # type: ignore[misc]
+    for turn, refuses in enumerate(turns):
+        asked, fails = 0, refuses
+        body = BODY + str(turn).encode()
+        cut = BodyWriter(place, f"b{turn}")
+        writer = BodyWriter(place, f"b{turn}")
+        try:
+            cut.write(BODY)
+            cut.keep_beginning()
+            for begin in range(0, len(body), 100_000):
+                writer.write(body[begin : begin + 100_000])
+            writer.secure()
+            found = writer.finish()
+        except QuantumRuntimeError as error:
+            refused = error
+        else:
+            refused = None
+            assert (found if isinstance(found, bytes) else Path(found.path).read_bytes()) == body
+            if not isinstance(found, bytes):
+                found.discard()
+        finally:
+            cut.discard()
+            writer.discard()
+        if refused is not None:
+            assert not only_copy
+            assert refused.solution is not None
+            assert os.strerror(code) in str(refused)
+
+
 def test_the_only_copy_is_found_again_on_the_disk(
     service: Service, client: QuantumRuntimeClient, shelf: BodyStore
 ) -> None:
