@@ -76,17 +76,26 @@ def test_the_tests_of_the_client_run_without_prefect() -> None:
     assert "prefect" not in loaded_by("--collect-only", UNIT / "client")
 
 
+def floor_extras() -> set[str]:
+    """The extras of the package in the environment of `make floor`."""
+    recipe = (ROOT / "Makefile").read_text().partition("$(FLOOR)/.installed:")[2].partition("@touch")[0]
+    own = re.search(r"'\.\[([\w,]+)\]'", recipe)
+    assert own is not None
+    return set(own[1].split(","))
+
+
 def test_the_floor_that_is_tested_is_the_floor_that_is_allowed() -> None:
-    """`tests/floor/constraints.txt` holds the lower bounds of `pyproject.toml`, of each dependency."""
-    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    allowed = {
-        one.name: min(map(Version, re.findall(r">=([^,]+)", str(one.specifier)))) for one in map(Requirement, lines)
-    }
+    """`tests/floor/constraints.txt` holds the lower bounds of `pyproject.toml`, of each dependency and extra in it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for extra in floor_extras() for line in extras[extra])]
     tested = {
         one.name: Version(str(one.specifier).removeprefix("=="))
         for one in map(Requirement, (ROOT / "tests" / "floor" / "constraints.txt").read_text().splitlines()[1:])
     }
-    assert tested == allowed
+    for one in map(Requirement, lines):
+        assert tested[one.name] == min(map(Version, re.findall(r">=([^,]+)", str(one.specifier)))), one
+    assert tested.keys() == {one.name for one in map(Requirement, lines)}
 
 
 # Developers' tools, and what only tests in other folders than those of `make floor` need.
@@ -100,9 +109,7 @@ def test_the_floor_has_what_its_tests_import() -> None:
     """Each package of the extra `dev` is in the floor's environment too, or named above."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     recipe = (ROOT / "Makefile").read_text().partition("$(FLOOR)/.installed:")[2].partition("@touch")[0]
-    own = re.search(r"'\.\[([\w,]+)\]'", recipe)
-    assert own is not None
-    installed = {*recipe.split(), *(f"prefect-qruntime[{extra}]" for extra in own[1].split(","))}
+    installed = {*recipe.split(), *(f"prefect-qruntime[{extra}]" for extra in floor_extras())}
     wanted = set()
     for one in map(Requirement, extras["dev"]):
         wanted |= {f"{one.name}[{extra}]" for extra in one.extras} or {one.name}

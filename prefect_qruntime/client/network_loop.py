@@ -181,15 +181,7 @@ class NetworkLoop:
         """Run `work` here and await it from any loop."""
         if self.is_here:
             return await work
-        finished = threading.Event()
-
-        async def tracked() -> T:
-            try:
-                return await work
-            finally:
-                finished.set()
-
-        future = asyncio.run_coroutine_threadsafe(tracked(), self.loop)
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
         self._calls.add(future)
         future.add_done_callback(self._calls.discard)
         try:
@@ -197,10 +189,11 @@ class NetworkLoop:
         except asyncio.CancelledError:
             # wrap_future has passed the cancellation on; let the work wind up before we go, so that
             # what it was doing (a POST on its way) is settled when the caller's clean-up runs. The
-            # shield is for anyio (Prefect's timeouts), which cancels again at every await.
+            # shield is for anyio (Prefect's timeouts), which cancels again at every await. A cancelled future is
+            # waited for until the work's task has ended, also if it never began (from Python 3.14 on it may not).
             if self._thread.is_alive():
                 with anyio.CancelScope(shield=True):
-                    await asyncio.to_thread(finished.wait, _CANCEL_GRACE)
+                    await asyncio.to_thread(concurrent.futures.wait, [future], _CANCEL_GRACE)
             raise
 
     async def _finish(self, *, calls_end: bool) -> None:

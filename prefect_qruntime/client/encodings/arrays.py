@@ -42,6 +42,7 @@ __all__ = [
     "nested",
     "read_npy",
     "weight",
+    "whole_number",
 ]
 
 
@@ -196,6 +197,15 @@ class ExecutionSpan:
     stop: datetime
     kind: str
     data: dict[str, Any]
+
+
+def whole_number(value: object) -> int | None:
+    """The integer that a value is, also numpy's; no bool is one, but Python's and older numpy's have `__index__`."""
+    index = None if type(value).__name__ in ("bool", "bool_") else getattr(value, "__index__", None)
+    try:
+        return None if index is None else int(index())
+    except TypeError:  # a numpy array, a class
+        return None
 
 
 def nested(values: Sequence[Any], shape: tuple[int, ...]) -> Any:

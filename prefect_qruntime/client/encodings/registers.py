@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import operator
 import struct
 import sys
 from array import array
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_qruntime.client.encodings.arrays import whole_number
 from prefect_qruntime.redact import shown
 
 __all__ = ["HexRegister", "PackedRegister", "Register", "flat_index", "memory", "tally"]
@@ -201,9 +201,8 @@ def flat_index(index: Any, shape: tuple[int, ...]) -> int:
         raise IndexError(f"{shown(index)} is not an index of shape {shape}")
     flat = 0
     for number, size in zip(place, shape, strict=True):
-        # Also numpy's integers; a bool has `__index__` too, and is not an index.
-        found = -size - 1 if isinstance(number, bool) or not hasattr(number, "__index__") else operator.index(number)
-        if not -size <= found < size:
+        found = whole_number(number)
+        if found is None or not -size <= found < size:
             raise IndexError(f"{shown(index)} is not an index of shape {shape}")
         flat = flat * size + found % size
     return flat

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from prefect_qruntime.client.encodings.arrays import json_pieces
+from prefect_qruntime.client.encodings.arrays import json_pieces, whole_number
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import FLOW_TAG, KEY_TAG, is_mock
 from prefect_qruntime.redact import shown
@@ -221,14 +221,10 @@ def _text(value: str, *, field: str) -> str:
 
 def check_integer(value: object, *, field: str) -> int:
     """A whole number, also one of numpy's."""
-    # numpy integers have __index__ too; bool has it too, and is not a count.
-    index = getattr(value, "__index__", None)
-    if isinstance(value, bool) or index is None:
+    number = whole_number(value)
+    if number is None:
         raise InvalidInput(f"must be an integer, not {shown(value)}", field=field)
-    try:
-        return int(index())
-    except TypeError:
-        raise InvalidInput(f"must be an integer, not {shown(value)}", field=field) from None
+    return number
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,8 @@ SCHEMA_VERSION = "v2.0"
 _Found = TypeVar("_Found")
 # Options of the server's programs that IBM's client-side ones do not have, or have elsewhere; what of them would have
 # an effect is refused.
+# What OpenQASM 3 itself calls by these names.
+_CONSTANTS = frozenset({"pi", "π", "tau", "τ", "euler", "ℇ"})
 _NOT_THEIRS = ("seed_estimator", "precision", "simulator", "experimental")
 
 
@@ -275,7 +277,8 @@ def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
     if estimator:
         return _Circuit(text.rstrip(), names)
     written = {name for name, _ in program.registers}
-    other = next((register.name for register in circuit.cregs if register.name not in written), None)
+    # Qiskit before 2.6 writes a register named `pi` as it is, and angles of `pi` beside it.
+    other = next((one.name for one in circuit.cregs if one.name not in written or one.name in _CONSTANTS), None)
     if other is not None:
         raise InvalidInput(
             f"has a register named {other!r}, which is not a name that OpenQASM 3 allows, so the result would have "

@@ -6,7 +6,6 @@ when it is first used. Neither numpy nor qiskit is needed, except by `to_primiti
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_qruntime.client.encodings.arrays import DECODE_LIMIT, Allowance, decode_value, list_shape, nested
+from prefect_qruntime.client.encodings.arrays import (
+    DECODE_LIMIT,
+    Allowance,
+    decode_value,
+    list_shape,
+    nested,
+    whole_number,
+)
 from prefect_qruntime.client.encodings.registers import Register, flat_index, memory, tally
 from prefect_qruntime.client.results.views import (
     PubView,
@@ -349,8 +355,7 @@ class JobResult(BaseModel):
     def _view(self, pub: int) -> PubView:
         with self._reading(pub):
             raw, last = self.raw, self._last_view
-            if not isinstance(pub, bool) and hasattr(pub, "__index__"):  # also numpy's integers
-                pub = operator.index(pub)
+            pub = pub if (number := whole_number(pub)) is None else number
             for kept, place, view in last[:]:
                 if kept is raw and place == pub and type(pub) is int:
                     return view

@@ -81,7 +81,7 @@ def test_estimator_observables_follow_the_layout() -> None:
     assert other[0][1] == pubs[0][1]
 
 
-@pytest.mark.parametrize("level", [0, 1, 2, 3, None])  # None is qiskit's default
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("composite", [False, True])
 def test_estimator_values_are_those_of_the_state_before_the_last_measurements(

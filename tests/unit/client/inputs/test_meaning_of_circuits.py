@@ -324,7 +324,9 @@ def test_what_cannot_be_told_falls_back_to_its_bytes() -> None:
     circuit.name = "fixed"
     spec = make_spec(circuit, backend="b")
     assert set(spec.pubs[0].identity) == {"qpy"}
-    assert spec.digest() == make_spec(circuit, backend="b").digest()
+    written = [write_qpy(circuit, field="")[0] for _ in range(2)]
+    # Before 2.6 qiskit gives such a gate another name each time.
+    assert (written[0] == written[1]) is (spec.digest() == make_spec(circuit, backend="b").digest())
 
 
 def test_counted_names_do_not_count() -> None:

@@ -15,6 +15,7 @@ import pytest
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qasm2, qasm3
 from qiskit.circuit import Gate, Parameter, ParameterVector
 from qiskit.circuit.classical import types
+from qiskit.circuit.exceptions import CircuitError
 from qiskit.circuit.library import GlobalPhaseGate, PauliEvolutionGate, PauliGate, UnitaryGate
 from qiskit.quantum_info import Operator, SparsePauliOp, Statevector
 
@@ -517,7 +518,7 @@ def test_a_transpiled_circuit_with_its_layout(form: str) -> None:
         assert abs(value - want) <= 5 * error + 1e-9
 
 
-@pytest.mark.parametrize("name", ["in", "measure", "a-b", "2c", "pi", "h"])
+@pytest.mark.parametrize("name", ["in", "measure", "a-b", "2c", "pi", "τ", "h"])
 def test_a_register_whose_name_the_text_would_change_is_refused(name: str) -> None:
     """The exporter renames what is no name in OpenQASM 3, and the result would have no register of that name."""
     circuit = QuantumCircuit(QuantumRegister(2, "q"), ClassicalRegister(2, name))
@@ -608,7 +609,10 @@ def test_a_text_that_nobody_can_read_is_not_sent() -> None:
 
 @pytest.mark.parametrize("name", ["meas", "c0", "q", "qr_meas"])
 def test_a_register_has_its_name_in_every_form(name: str) -> None:
-    circuit = QuantumCircuit(QuantumRegister(2, "q"), ClassicalRegister(2, name))
+    try:
+        circuit = QuantumCircuit(QuantumRegister(2, "q"), ClassicalRegister(2, name))
+    except CircuitError:  # Qiskit before 2.6
+        pytest.skip("this Qiskit wants another name for each register")
     circuit.measure([0, 1], [0, 1])
     for form in ("qpy", "openqasm3"):
         assert _result([circuit], circuit_form=form).registers() == {name: 2}

@@ -167,6 +167,7 @@ def test_an_argument_of_a_quantum_program_that_is_not_finite_is_refused(wrong: f
 NO_COUNTS: list[Any] = [
     None, 0, -1, 2**31, 2**40, 2**70, True, 2.5, 5.0, 1e308, float("nan"), "5", np.float64(5), np.bool_(True),
     np.array([5]), Decimal(5), Ellipsis,
+    type("bool_", (), {"__index__": lambda _self: 1, "__repr__": lambda _self: "bool_"})(),
 ]  # fmt: skip
 
 

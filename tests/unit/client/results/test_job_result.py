@@ -560,7 +560,12 @@ def test_numpy_integers_are_indices() -> None:
     for pub in np.arange(result.num_pubs):
         assert result.counts(pub, index=0) == result.counts(0, index=0)
         assert result.shape(pub) == (3,)
-    for wrong in (np.bool_(True), True, 1.0):
+    for wrong in (
+        np.bool_(True),
+        type("bool_", (), {"__index__": lambda _self: 1})(),
+        True,
+        1.0,
+    ):  # an older numpy's too
         with pytest.raises(InvalidInput):
             result.counts(index=wrong)  # type: ignore[arg-type]
         with pytest.raises(InvalidInput):
