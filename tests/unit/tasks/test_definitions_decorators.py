@@ -22,6 +22,7 @@ from prefect_qruntime.tasks.definitions import (
     _reaches_prefect,
     blocking,
     creates,
+    defaults_of,
     digest_fields,
     repeats,
     run_name_of,
@@ -61,6 +62,15 @@ def test_prefect_sees_only_the_given_parameters_of_a_submission(submit: Any, nam
     assert submit.task_run_name(seen) == f"submit {program} → {given['backend']}"
     assert submit.isasync is (submit is asubmit_numbered)
     assert isinstance(submit, InFlowTask)
+
+
+def test_parameters_that_are_not_given_mean_what_their_defaults_say():
+    """A submission has the same key whether its defaults are spelled out, as in `submit_job`, or left out."""
+    left_out = inspect.signature(make_spec).parameters
+    declared = spec_fields(Submission(backend="b", **defaults_of(Submission)))
+    assert spec_fields(Submission(backend="b"))["route"] == declared["route"]
+    for name, default in declared.items() - {("backend", "b"), ("route", declared["route"])}:
+        assert left_out[name].default == default, name
 
 
 @pytest.mark.parametrize(
