@@ -21,6 +21,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from string import Formatter
+from types import FunctionType
 from typing import (
     Annotated,
     Any,
@@ -39,6 +40,7 @@ from typing import (
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.utilities.callables import get_call_parameters
 from pydantic import BaseModel
 
 from prefect_qruntime.admission.budget import BudgetLike
@@ -76,6 +78,7 @@ __all__ = [
     "creates",
     "defaults_of",
     "digest_fields",
+    "given_only",
     "in_flow",
     "may_retry",
     "plan_submission",
@@ -342,6 +345,8 @@ def run_name_of(pattern: str) -> Callable[..., str]:
     named = {field for _, field, _, _ in Formatter().parse(pattern) if field}
 
     def run_name(parameters: dict[str, Any]) -> str:
+        if "submission" in parameters:
+            parameters = {**defaults_of(Submission), **parameters["submission"]}
         return pattern.format_map({field: short(parameters[field]) for field in named})
 
     return run_name
@@ -548,6 +553,36 @@ class InFlowTask(UndeferredTask[P, R]):
         changed: Any = super().with_options(*args, **kwargs)
         changed.__class__ = InFlowTask
         return changed  # type: ignore[no-any-return]
+
+
+class GivenTask(InFlowTask[P, R]):
+    """A task that shows Prefect only those parameters of a submission that a call gives.
+
+    Prefect visits each parameter several times, and keeps a list for each in the task run's record and in its events:
+    twenty defaults cost more than the rest of a call.
+    """
+
+    named_fn: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Task.__call__`."""
+        get_call_parameters(self.named_fn, args, kwargs)  # refuses what is missing or unknown
+        return super().__call__(*args, **kwargs)
+
+
+def given_only(named: Task[P, R]) -> Task[P, R]:
+    """Make a task that is only called and takes `**submission`, of one whose signature names every parameter."""
+    fn: Any = named.fn
+    # A copy, as the signature is the function's; a function around it would be one more call each time.
+    call: Any = FunctionType(fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
+    functools.update_wrapper(call, fn)
+    spelled = inspect.signature(fn)
+    own = [one for one in spelled.parameters.values() if one.name not in Submission.__annotations__]
+    rest = inspect.Parameter("submission", inspect.Parameter.VAR_KEYWORD)
+    call.__signature__ = spelled.replace(parameters=[*own, rest])
+    changed: Any = copy.copy(named)
+    changed.__class__, changed.fn, changed.named_fn = GivenTask, call, fn
+    return changed  # type: ignore[no-any-return]
 
 
 def in_flow(made: TaskT) -> TaskT:

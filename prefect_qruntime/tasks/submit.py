@@ -73,6 +73,7 @@ from prefect_qruntime.tasks.definitions import (
     check_mapped,
     creates,
     digest_fields,
+    given_only,
     in_flow,
     plan_submission,
     spec_fields,
@@ -451,10 +452,9 @@ def _counting(numbered: Task[..., Any]) -> Callable[[TaskT], TaskT]:
     return decorate
 
 
-@in_flow
 @creates(*_NAMES)
 @spelled_out
-async def asubmit_numbered(
+async def _asubmit_numbered(
     credentials: QuantumRuntimeCredentials,
     pubs: Any = None,
     *,
@@ -463,15 +463,19 @@ async def asubmit_numbered(
     by_route: bool = False,
     **submission: Unpack[Submission],
 ) -> JobRef:
-    """As `asubmit_job`, with the parameters that only this library sets."""
     return await _submit(credentials, pubs, submission, call_index=call_index, replaces=replaces, by_route=by_route)
 
 
-submit_numbered = blocking(asubmit_numbered)
+_submit_numbered = blocking(_asubmit_numbered)
+
+asubmit_numbered = given_only(_asubmit_numbered)
+"""As `asubmit_job`, with the parameters that only this library sets. It is called only, not submitted or mapped."""
+
+submit_numbered = given_only(_submit_numbered)
 """As `asubmit_numbered`, for sync flows."""
 
 
-@_counting(asubmit_numbered)
+@_counting(_asubmit_numbered)
 @in_flow
 @creates(*_NAMES)
 @spelled_out
@@ -519,5 +523,5 @@ async def asubmit_job(
     return await _submit(credentials, pubs, submission)
 
 
-submit_job = _counting(submit_numbered)(blocking(asubmit_job))
+submit_job = _counting(_submit_numbered)(blocking(asubmit_job))
 """As `asubmit_job`, for sync flows."""

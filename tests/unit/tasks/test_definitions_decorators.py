@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_TASKS_DEFAULT_RETRIES, temporary_settings
+from prefect.utilities.callables import get_call_parameters
 
 import prefect_qruntime
 from prefect_qruntime.client.programs import make_spec
@@ -17,15 +18,18 @@ from prefect_qruntime.models import JobRef, SessionRef
 from prefect_qruntime.prefect_api import NotAwaited
 from prefect_qruntime.tasks.definitions import (
     InFlowTask,
+    Submission,
     _reaches_prefect,
     blocking,
     creates,
+    defaults_of,
     digest_fields,
     repeats,
     run_name_of,
     spec_fields,
 )
 from prefect_qruntime.tasks.jobs import wait_for_completion
+from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
 
 
 class Unprintable:
@@ -43,6 +47,30 @@ def test_handles_are_shortened_and_the_rest_is_left_alone():
     assert run_name_of("submit {program_id} → {backend}")({"program_id": "sampler", "backend": "b"}) == (
         "submit sampler → b"
     )
+
+
+@pytest.mark.parametrize("submit", [asubmit_numbered, submit_numbered])
+@pytest.mark.parametrize("name", [*Submission.__annotations__])
+def test_prefect_sees_only_the_given_parameters_of_a_submission(submit: Any, name: str) -> None:
+    given = {"backend": "b", name: "given"}
+    seen = get_call_parameters(submit.fn, ("credentials", ["pub"]), given)
+    assert seen == {
+        **{"credentials": "credentials", "pubs": ["pub"], "call_index": None, "replaces": None, "by_route": False},
+        "submission": given,
+    }
+    program = given.get("program_id", "sampler")
+    assert submit.task_run_name(seen) == f"submit {program} → {given['backend']}"
+    assert submit.isasync is (submit is asubmit_numbered)
+    assert isinstance(submit, InFlowTask)
+
+
+def test_parameters_that_are_not_given_mean_what_their_defaults_say():
+    """A submission has the same key whether its defaults are spelled out, as in `submit_job`, or left out."""
+    left_out = inspect.signature(make_spec).parameters
+    declared = spec_fields(Submission(backend="b", **defaults_of(Submission)))
+    assert spec_fields(Submission(backend="b"))["route"] == declared["route"]
+    for name, default in declared.items() - {("backend", "b"), ("route", declared["route"])}:
+        assert left_out[name].default == default, name
 
 
 @pytest.mark.parametrize(
