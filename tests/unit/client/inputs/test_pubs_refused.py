@@ -219,6 +219,24 @@ def test_more_than_the_service_takes_is_not_sent(monkeypatch: pytest.MonkeyPatch
     assert make_spec(BELL + " " * 1_000_000, backend="b").pubs[0].width == 2
 
 
+@pytest.mark.parametrize("form", ["openqasm3", "qpy", "auto"])
+def test_a_circuit_of_an_old_qiskit_is_refused(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal ones could have different keys, so a repeated run would submit a second job; texts have no such fault."""
+    circuit = QuantumCircuit(1, 1)
+    circuit.measure(0, 0)
+    for version, works in (("2.3.9", False), ("1.4.5", False), ("2.4.0rc1", True), ("3.0", True)):
+        monkeypatch.setattr("qiskit.__version__", version)
+        assert make_spec(BELL, backend="b", route="executor", circuit_form=form if form != "qpy" else "auto")
+        if works:
+            assert make_spec(circuit, backend="b", route="executor", circuit_form=form)
+            continue
+        for route in ("service", "executor"):
+            options = {"route": route, "circuit_form": form} if route == "executor" else {}
+            refused = _refused(circuit, **options)
+            assert refused.field == "pubs[0].circuit"
+            assert f"Qiskit {version}" in str(refused)
+
+
 def test_deep_nesting_is_no_crash() -> None:
     value: Any = 1
     for _ in range(10_000):
