@@ -66,7 +66,6 @@ __all__ = [
 # The newest QPY that the service reads, as IBM's own client caps it; newer qiskit writes newer by default.
 _MAX_QPY_VERSION = 17
 _MAX_QPY_BYTES = 1 << 30
-_OLDEST_QISKIT = (2, 4)
 _QPY_COUNT = slice(10, 18)  # of a header in QPY, where the number of circuits stands
 TOO_DEEP = "its blocks or definitions are nested too deeply to be read"
 _ELEMENTARY = frozenset({"measure", "reset", "barrier", "store", "break_loop", "continue_loop"})
@@ -298,12 +297,11 @@ def dump_qpy(circuits: Any, *, field: str) -> tuple[bytes, int]:
     from qiskit import __version__, qpy
 
     # Before it, equal circuits of two processes could have different keys: a repeated run would submit a second job.
-    if tuple(map(int, __version__.split(".")[:2])) < _OLDEST_QISKIT:
-        oldest = ".".join(map(str, _OLDEST_QISKIT))
+    if tuple(map(int, __version__.split(".")[:2])) < (2, 4):
         raise InvalidInput(
             f"is a circuit of Qiskit {__version__}, with which a repeated run could not find its job",
             field=field,
-            solution=f"Install Qiskit {oldest} or newer (pip install 'prefect-qruntime[qiskit]'), or send OpenQASM text.",
+            solution="Install Qiskit 2.4 or newer (pip install 'prefect-qruntime[qiskit]'), or send OpenQASM text.",
         )
     target, version = io.BytesIO(), min(_MAX_QPY_VERSION, qpy.QPY_VERSION)
     try:
