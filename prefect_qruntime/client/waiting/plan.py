@@ -17,7 +17,16 @@ from typing import Generic, TypeVar
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job, JobStatus
 
-__all__ = ["Deadlines", "PollIntervals", "PollLimits", "PollSchedule", "TimerQueue", "TokenBucket", "is_seconds"]
+__all__ = [
+    "USUAL_PACE",
+    "Deadlines",
+    "PollIntervals",
+    "PollLimits",
+    "PollSchedule",
+    "TimerQueue",
+    "TokenBucket",
+    "is_seconds",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,16 @@ class PollIntervals:
     streamed_share: float = 0.05
     outage: float = 1.0
     longest_asked: float = 3600.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InvalidInput: One is negative, or no number.
+        """
+        for one in fields(self):
+            if not is_seconds(getattr(self, one.name), finite=True):
+                raise InvalidInput("must be a number, 0 or more", field=one.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +119,9 @@ def is_seconds(value: object, *, finite: bool = False) -> bool:
     return 0 <= value <= sys.float_info.max or (value == math.inf and not finite)
 
 
+USUAL_PACE = PollIntervals()
+
+
 @dataclass(slots=True)
 class PollSchedule:
     """The state of one wait: it takes what was seen, and says when to poll again and when to stop.
@@ -116,7 +138,7 @@ class PollSchedule:
 
     deadlines: Deadlines
     started: float
-    pace: PollIntervals = field(default_factory=PollIntervals)
+    pace: PollIntervals = USUAL_PACE
     in_session: bool = False
     rng: random.Random = field(default_factory=random.Random)
     known: bool = False

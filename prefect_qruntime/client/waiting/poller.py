@@ -23,6 +23,7 @@ from cachetools import LRUCache
 from prefect_qruntime.client.parsing import listed_moments, listed_whole
 from prefect_qruntime.client.waiting.job_list import LARGEST_PAGE, JobListBreaker, JobListPager, Page
 from prefect_qruntime.client.waiting.plan import (
+    USUAL_PACE,
     Deadlines,
     PollIntervals,
     PollLimits,
@@ -535,7 +536,7 @@ async def follow_job(
         QuantumRuntimeError: The service refused to show the job, or an outage outlasted its limit.
     """
     plan = PollSchedule(
-        deadlines.check(), started=watcher.clock(), pace=pace or PollIntervals(), in_session=in_session, rng=watcher.rng
+        deadlines.check(), started=watcher.clock(), pace=pace or USUAL_PACE, in_session=in_session, rng=watcher.rng
     )
     plan.known = known
     watch = watcher.enter(job_id, plan, every_change=once or on_change is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import fields
 from decimal import Decimal
 from typing import Any
 
@@ -31,6 +32,15 @@ def looks(seconds: float, *, status: JobStatus = JobStatus.QUEUED, seed: int = 0
         plan.saw(seen(status), now)
         now += plan.pause(now)
     return [*moments, now]
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(PollIntervals)])
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, True, "1", None], ids=str)
+def test_a_pace_that_is_no_number_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        PollIntervals(**{name: value})
+    assert caught.value.field == name
+    assert PollIntervals(**{name: 0})
 
 
 @pytest.mark.parametrize("seed", range(20))
