@@ -76,10 +76,10 @@ __all__ = [
 SCHEMA_VERSION = "v2.0"
 
 _Found = TypeVar("_Found")
+# Names of constants in OpenQASM 3.
+_CONSTANTS = frozenset({"pi", "π", "tau", "τ", "euler", "ℇ"})
 # Options of the server's programs that IBM's client-side ones do not have, or have elsewhere; what of them would have
 # an effect is refused.
-# What OpenQASM 3 itself calls by these names.
-_CONSTANTS = frozenset({"pi", "π", "tau", "τ", "euler", "ℇ"})
 _NOT_THEIRS = ("seed_estimator", "precision", "simulator", "experimental")
 
 
