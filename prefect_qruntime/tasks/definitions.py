@@ -564,10 +564,10 @@ class GivenTask(InFlowTask[P, R]):
 
     named_fn: Callable[..., Any]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, return_state: Any = False, wait_for: Any = None, **kwargs: Any) -> Any:
         """As `Task.__call__`."""
         get_call_parameters(self.named_fn, args, kwargs)  # refuses what is missing or unknown
-        return super().__call__(*args, **kwargs)
+        return super().__call__(*args, return_state=return_state, wait_for=wait_for, **kwargs)
 
 
 def given_only(named: Task[P, R]) -> Task[P, R]:

@@ -76,10 +76,10 @@ __all__ = [
 SCHEMA_VERSION = "v2.0"
 
 _Found = TypeVar("_Found")
+# Names of constants in OpenQASM 3.
+_CONSTANTS = frozenset({"pi", "π", "tau", "τ", "euler", "ℇ"})
 # Options of the server's programs that IBM's client-side ones do not have, or have elsewhere; what of them would have
 # an effect is refused.
-# What OpenQASM 3 itself calls by these names.
-_CONSTANTS = frozenset({"pi", "π", "tau", "τ", "euler", "ℇ"})
 _NOT_THEIRS = ("seed_estimator", "precision", "simulator", "experimental")
 
 
@@ -274,18 +274,17 @@ def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
     program = scan(text, field=field)
     if program.inputs is None or set(program.inputs) != {one.name for one in renamed.values()}:
         raise InvalidInput("has input variables, to which the executor gives no values", field=field)
-    if estimator:
-        return _Circuit(text.rstrip(), names)
     written = {name for name, _ in program.registers}
+    renamed_by_text = [] if estimator else [one.name for one in circuit.cregs if one.name not in written]
     # Qiskit before 2.6 writes a register named `pi` as it is, and angles of `pi` beside it.
-    other = next((one.name for one in circuit.cregs if one.name not in written or one.name in _CONSTANTS), None)
-    if other is not None:
+    constants = [one.name for one in (*circuit.qregs, *circuit.cregs) if one.name in _CONSTANTS]
+    for other in (*renamed_by_text, *constants):
         raise InvalidInput(
-            f"has a register named {other!r}, which is not a name that OpenQASM 3 allows, so the result would have "
+            f"has a register named {other!r}, which is not a name that OpenQASM 3 allows, so the text would have "
             "another one. Rename it, or leave circuit_form out",
             field=field,
         )
-    return _Circuit(text, names)
+    return _Circuit(text.rstrip() if estimator else text, names)
 
 
 def _as_circuit(value: str | dict[str, Any], field: str) -> Any:

@@ -8,6 +8,7 @@ import logging
 from typing import Any
 
 import pytest
+from prefect.exceptions import ParameterBindError
 from prefect.settings import PREFECT_TASKS_DEFAULT_RETRIES, temporary_settings
 from prefect.utilities.callables import get_call_parameters
 
@@ -62,6 +63,20 @@ def test_prefect_sees_only_the_given_parameters_of_a_submission(submit: Any, nam
     assert submit.task_run_name(seen) == f"submit {program} → {given['backend']}"
     assert submit.isasync is (submit is asubmit_numbered)
     assert isinstance(submit, InFlowTask)
+
+
+@pytest.mark.parametrize("submit", [asubmit_numbered, submit_numbered])
+def test_a_submission_takes_what_prefect_adds_to_each_task(submit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run_job(..., wait_for=[...])` reaches Prefect; an unknown parameter is refused before anything is run."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("prefect.task_engine.run_task", lambda **given: seen.update(given))
+    submit("credentials", ["pub"], backend="b", wait_for=["f"], return_state=True)
+    assert (seen["wait_for"], seen["return_type"]) == (["f"], "state")
+    assert seen["parameters"]["submission"] == {"backend": "b"}
+    seen.clear()
+    with pytest.raises(ParameterBindError, match="shotz"):
+        submit("credentials", ["pub"], backend="b", shotz=5)
+    assert not seen
 
 
 def test_parameters_that_are_not_given_mean_what_their_defaults_say():

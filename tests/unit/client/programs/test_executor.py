@@ -529,6 +529,17 @@ def test_a_register_whose_name_the_text_would_change_is_refused(name: str) -> No
     assert _result([circuit]).registers() == {name: 2}
 
 
+@pytest.mark.parametrize("name", ["pi", "π", "euler"])
+def test_a_quantum_register_named_as_a_constant_is_refused_too(name: str) -> None:
+    circuit = QuantumCircuit(QuantumRegister(1, name), ClassicalRegister(1, "c"))
+    circuit.rx(math.pi / 2, 0)
+    circuit.measure(0, 0)
+    with pytest.raises(InvalidInput, match=re.escape(repr(name))) as caught:
+        _spec([circuit], circuit_form="openqasm3")
+    assert caught.value.field == "pubs[0].circuit"
+    assert _result([circuit]).registers() == {"c": 1}
+
+
 @pytest.mark.parametrize("kind", [types.Uint(8), types.Bool(), types.Float()])
 @pytest.mark.parametrize("program", ["sampler", "estimator"])
 def test_input_variables_get_no_values_from_the_executor(kind: Any, program: str) -> None:
