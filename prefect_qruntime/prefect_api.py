@@ -715,8 +715,11 @@ async def _read_lineage(flow_run: FlowRun) -> Lineage:
 
 
 def starts_in(states: Sequence[State[Any]]) -> int:
-    """In how many processes a flow run was started, by its states: a pause and a retry stay in theirs."""
-    return sum(state.is_pending() for state in states)
+    """In how many processes a flow run was started, by its states: a pause and a retry stay in theirs.
+
+    A start that Prefect dropped counts: the process before it is given up, and the next one goes on.
+    """
+    return sum(state.is_pending() or is_dropped(state) for state in states)
 
 
 def is_ending(states: Sequence[State[Any]]) -> bool:
@@ -724,11 +727,11 @@ def is_ending(states: Sequence[State[Any]]) -> bool:
 
     Prefect lets a run that was cancelled between two tries (`AwaitingRetry`) go on in its process: it is `Running`
     after `Cancelled`, and if that try fails, `AwaitingRetry` again. One that a person retries is scheduled while it
-    does not run, and `Pending` in its new process.
+    does not run, and `Pending` in its new process. A start that Prefect dropped cancels nothing.
     """
     ending = runs = False
     for state in sorted(states, key=lambda state: state.timestamp):
-        if state.is_cancelling() or state.is_cancelled():
+        if state.is_cancelling() or (state.is_cancelled() and not is_dropped(state)):
             ending = True
         elif state.is_pending() or (state.is_scheduled() and not runs):
             ending = False
@@ -751,10 +754,19 @@ def is_dropped(state: State[Any]) -> bool:
 async def dropping_limit(deployment_id: UUID) -> GlobalConcurrencyLimitResponse | None:
     """The limit of a deployment that cancels the runs beyond it (`CANCEL_NEW`); None if it has none.
 
+    It has none for a key that Prefect does not let read it.
+
     Raises:
         ObjectNotFound: The deployment was deleted.
+        Exception: Prefect's API gave no answer.
     """
-    deployment = await (await api()).read_deployment(deployment_id)
+    try:
+        deployment = await (await api()).read_deployment(deployment_id)
+    except PrefectHTTPStatusError as error:
+        if is_passing(error):
+            raise
+        log.debug("The deployment could not be read: %s", reason(error))
+        return None
     options = deployment.concurrency_options
     drops = options is not None and options.collision_strategy is ConcurrencyLimitStrategy.CANCEL_NEW
     return deployment.global_concurrency_limit if drops else None

@@ -289,7 +289,7 @@ class InstanceSweeper:
         if not missed and noted is not None and self._owners.may_use(noted):
             return
         self._told.add(job.id)
-        if missed or (cancel_jobs and state != _CRASHED):
+        if missed or (cancel_jobs and state not in (_CRASHED, _DROPPED)):
             action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
         self._found.jobs.append(
             Swept(id=job.id, block=self._block, flow_run=owner, flow_state=state, action=action, url=job.url)

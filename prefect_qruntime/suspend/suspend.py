@@ -36,7 +36,7 @@ from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Place
-from prefect_qruntime.prefect_api import api, current_flow_run_id, dropping_limit, is_dropped
+from prefect_qruntime.prefect_api import api, current_flow_run_id, dropping_limit, is_dropped, reason
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend import waits
 from prefect_qruntime.suspend.waits import Wait
@@ -345,6 +345,8 @@ async def _obstacle(credentials: QuantumRuntimeCredentials) -> str:
             return "its deployment cancels a run that starts or resumes while others run (CANCEL_NEW)"
     except ObjectNotFound:
         return "its deployment was deleted, so no worker would resume it"
+    except Exception as error:
+        return f"Prefect's API gave no answer ({reason(error)})"
     return ""
 
 

@@ -139,8 +139,9 @@ def _files() -> list[SessionNote]:
             meta = orjson.loads(path.read_bytes())
             if not isinstance(meta, dict) or not all(isinstance(value, str) for value in meta.values()):
                 raise ValueError("no note")
-            datetime.fromisoformat(meta["opened"])
-            updated = datetime.fromtimestamp(path.stat().st_mtime, UTC)  # a session may begin long after its note
+            updated = datetime.fromisoformat(meta["opened"])
+            if FIRST_JOBS in meta:  # which may be submitted long after the note; a copied file has another date
+                updated = datetime.fromtimestamp(path.stat().st_mtime, UTC)
         except (OSError, ValueError, KeyError):
             log.warning("%s is not a readable record of a session and was skipped.", path)
             continue

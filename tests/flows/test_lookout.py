@@ -14,7 +14,7 @@ import httpx
 import pytest
 from prefect import flow, runtime, unmapped
 from prefect.client.schemas.actions import VariableCreate
-from prefect.states import Cancelling, Pending, Running as RunningState, Scheduled
+from prefect.states import Cancelled, Cancelling, Pending, Running as RunningState, Scheduled
 from prefect.task_runners import ThreadPoolTaskRunner
 
 import prefect_qruntime as qr
@@ -24,6 +24,7 @@ from prefect_qruntime.admission.locks import lock_name, submission_lock
 from prefect_qruntime.admission.rate_limit import RateLimiter
 from prefect_qruntime.cancellation import CancellationWork
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.prefect_api import _DROPPED
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, STAY, posts, until
 from tests.support.prefect_calls import asked
@@ -253,10 +254,14 @@ def test_a_session_closes_with_a_run_that_nobody_could_tell(sandbox: Sandbox, cr
 
 @pytest.mark.parametrize("what", ["job", "session"])
 @pytest.mark.parametrize("inside", ["the flow", "a subflow"])
+@pytest.mark.parametrize("start", ["", *_DROPPED])
 def test_a_process_whose_flow_run_was_started_again_elsewhere_creates_nothing(
-    sandbox: Sandbox, credentials: Any, what: str, inside: str
+    sandbox: Sandbox, credentials: Any, what: str, inside: str, start: str
 ) -> None:
-    """A pod that lost Prefect for minutes: its run was taken for crashed, and another process has it now."""
+    """A pod that lost Prefect for minutes: its run was taken for crashed, and another process has it now.
+
+    Or Prefect drops that start, as others of the deployment run: no person cancelled the run.
+    """
     ready, go = threading.Event(), threading.Event()
 
     def body() -> None:
@@ -268,7 +273,7 @@ def test_a_process_whose_flow_run_was_started_again_elsewhere_creates_nothing(
 
     part = flow(body, name="part")
 
-    @flow
+    @flow(**hooks.cancel)
     def old() -> None:
         part() if inside == "a subflow" else body()
 
@@ -276,13 +281,15 @@ def test_a_process_whose_flow_run_was_started_again_elsewhere_creates_nothing(
     assert ready.wait(120)
     (tag,) = (tag for tag in sandbox.control.jobs()[0]["tags"] if tag.startswith("qr-flow:"))
     owner = UUID(tag.removeprefix("qr-flow:"))
-    for state in (Scheduled(), Pending(), RunningState()):  # as a newer process brings it to Running
+    # As a newer process brings it to Running, or Prefect does not let it start.
+    for state in (Scheduled(), *((Cancelled(message=start),) if start else (Pending(), RunningState()))):
         asked(lambda client, state=state: client.set_flow_run_state(owner, state, force=True))
     time.sleep(0.3)  # the answer to the first submission is no longer new enough
     go.set()
     running.thread.join(120)
     assert "started again elsewhere" in str(running.ended)
     assert (posts(sandbox), len(sandbox.control.sessions())) == (1, 0)
+    assert statuses(sandbox) == ["Queued"]
 
 
 def test_a_retry_in_the_process_is_not_taken_for_another_one(sandbox: Sandbox, credentials: Any) -> None:

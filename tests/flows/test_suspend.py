@@ -6,8 +6,9 @@ import asyncio
 from datetime import timedelta
 from functools import partial
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import httpx
 import orjson
 import pytest
 from prefect import Flow, flow, suspend_flow_run, task
@@ -15,6 +16,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun
 from prefect.events.clients import PrefectEventsClient
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling, Crashed, Pending, Running, Scheduled
 
 import prefect_qruntime as qr
@@ -254,8 +256,9 @@ def test_the_jobs_of_a_run_that_its_deployment_drops_are_not_cancelled(
     assert state_of(flow_run).name == "Cancelled", "Prefect dropped it"
 
     assert run_watch([block], once=True).cancelled == 0
-    found = [(entry.id, entry.flow_state, entry.action) for entry in run_sweep([block]).jobs]
-    assert found == [(second, "Dropped", "left alone")]
+    for cancel_jobs in (False, True):
+        report = run_sweep([block], cancel_jobs=cancel_jobs)
+        assert [(one.id, one.flow_state, one.action) for one in report.jobs] == [(second, "Dropped", "left alone")]
     assert sandbox.control.job(second)["status"] == "Queued"
 
     asked(lambda client: client.set_flow_run_state(other.id, Crashed()))
@@ -503,6 +506,37 @@ def test_a_run_whose_deployment_is_deleted_waits_here(
     sandbox.control.release()
     assert start(outlives_its_deployment, flow_run).name == "Completed"
     assert "its deployment was deleted" in caplog.text
+
+
+def refusal(status: int) -> PrefectHTTPStatusError:
+    request = httpx.Request("GET", "http://127.0.0.1/api/deployments/1")
+    return PrefectHTTPStatusError("refused", request=request, response=httpx.Response(status, request=request))
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (refusal(403), "Suspended"),
+        (refusal(503), "Completed"),
+        (httpx.ConnectError("nobody is there"), "Completed"),
+        (TimeoutError(), "Completed"),
+    ],
+    ids=["refused", "failing", "away", "silent"],
+)
+def test_a_deployment_that_cannot_be_read_fails_no_run(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch, error: Exception, ends: str
+) -> None:
+    """The job is submitted by then. A key that may not read deployments suspends; in an outage that would fail."""
+
+    async def read(client: PrefectClient, deployment_id: UUID) -> None:
+        raise error
+
+    flow_run = deployed(waits, credentials_block=block)
+    monkeypatch.setattr(PrefectClient, "read_deployment", read)
+    if ends == "Completed":
+        sandbox.control.release()
+    assert start(waits, flow_run).name == ends
+    asked(lambda client: client.delete_flow_run(flow_run.id))
 
 
 def test_a_block_that_is_not_saved_makes_it_wait_here(

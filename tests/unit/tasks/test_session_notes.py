@@ -94,16 +94,20 @@ def test_a_disk_that_takes_no_note_stops_an_opening_and_nothing_later(
         assert TOKEN not in kept()
 
 
-def test_a_note_is_as_old_as_its_last_change(folder: Path) -> None:
-    """The session of a note may begin with a first job that is submitted a day later."""
+@pytest.mark.parametrize("first_job", [True, False])
+def test_a_note_is_as_old_as_its_last_change_if_a_job_opens_its_session(folder: Path, first_job: bool) -> None:
+    """The first job may be submitted a day later. Any other session begins with its note, whose file may be copied."""
     note(WANTED)
+    if first_job:
+        network_loop().run(session_notes.note_first_job(TOKEN, "k"))
     path = folder / f"{TOKEN}.json"
     long_ago = datetime.now(UTC) - timedelta(days=3)
     path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), "opened": long_ago.isoformat()}))
     (found,) = network_loop().run(session_notes.session_notes([]))
     assert found.opened_at == long_ago
     assert found.record.updated is not None
-    assert datetime.now(UTC) - found.record.updated < timedelta(hours=1)
+    assert (found.record.updated == long_ago) is not first_job
+    assert (datetime.now(UTC) - found.record.updated < timedelta(hours=1)) is first_job
     note(WANTED.model_copy(update={"state": "closed"}))
 
 
