@@ -46,7 +46,6 @@ FLOW_TAG = "qr-flow:"
 MOST_TTL = 2**31 - 1
 """Longest life of a session in seconds that the service takes."""
 _MOCK = "mock_"
-_RANDOMIZING = ("twirling", "resilience")
 
 
 def is_mock(backend: str | None) -> bool:
@@ -70,7 +69,9 @@ def twirled_shots(options: Mapping[str, Any], asked: int | None, default: int, *
         default: The shots of the options, or the service's.
         level: The estimator's resilience level, which says what is twirled where the options do not; 0 for the sampler.
     """
-    twirling, resilience = (part if isinstance(part := options.get(name), Mapping) else {} for name in _RANDOMIZING)
+    twirling, resilience = (
+        part if isinstance(part := options.get(name), Mapping) else {} for name in ("twirling", "resilience")
+    )
     flags = {"enable_gates": level > 1, "enable_measure": level > 0}
     shots = default if asked is None else asked
     if not any(on if (said := twirling.get(name)) is None else said for name, on in flags.items()):

@@ -72,6 +72,7 @@ __all__ = [
     "patience",
     "patiently",
     "read_variables",
+    "reason",
     "saved_documents",
     "saved_names",
     "unknown_block",

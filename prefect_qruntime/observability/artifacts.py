@@ -488,7 +488,7 @@ async def mark_closed(record: Record) -> None:
 async def is_of_deferred_task(record: Record) -> bool:
     """Whether a job or session is of a deferred task that may still run, though its flow run is over.
 
-    If a task's process was killed on another host, Prefect shows the task as running for ever. Its session ends at its
+    If a task's process was killed on another host, Prefect shows the task as running forever. Its session ends at its
     limit.
     """
     deferred = record.meta.get("deferred")

@@ -36,7 +36,7 @@ from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Place
-from prefect_qruntime.prefect_api import api, current_flow_run_id, dropping_limit, is_dropped, reason
+from prefect_qruntime.prefect_api import api, current_flow_run_id, dropping_limit, is_dropped, is_ending, reason
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend import waits
 from prefect_qruntime.suspend.waits import Wait
@@ -161,8 +161,7 @@ async def reconcile(wait: Wait) -> bool:
     if waits.pause_key_of(flow_run.state) == wait.key:
         return False
     state = flow_run.state
-    dropped = state is not None and is_dropped(state)
-    cancelled = state is not None and (state.is_cancelled() or state.is_cancelling()) and not dropped
+    cancelled = state is not None and is_ending([state])
     if cancelled:
         try:
             if wait.policy == "cancel":
@@ -174,7 +173,7 @@ async def reconcile(wait: Wait) -> bool:
         finally:
             await hooks.clean_up(flow_run, cancel_jobs=wait.policy == "cancel", drain=wait.policy == "detach")
         log.info("Flow run %s was cancelled: policy %s for its jobs.", flow_run.id, wait.policy)
-    elif dropped:
+    elif state is not None and is_dropped(state):
         log.warning(
             "Prefect cancelled flow run %s because others of its deployment ran when it was resumed (CANCEL_NEW). Its "
             "jobs are not cancelled. Retry it, and it attaches to them.",

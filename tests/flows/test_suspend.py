@@ -518,7 +518,7 @@ def refusal(status: int) -> PrefectHTTPStatusError:
     [
         (refusal(403), "Suspended"),
         (refusal(503), "Completed"),
-        (httpx.ConnectError("nobody is there"), "Completed"),
+        (httpx.ConnectError("connection refused"), "Completed"),
         (TimeoutError(), "Completed"),
     ],
     ids=["refused", "failing", "away", "silent"],

@@ -275,13 +275,13 @@ def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
     if program.inputs is None or set(program.inputs) != {one.name for one in renamed.values()}:
         raise InvalidInput("has input variables, to which the executor gives no values", field=field)
     written = {name for name, _ in program.registers}
-    renamed_by_text = [] if estimator else [one.name for one in circuit.cregs if one.name not in written]
+    wrong_names = [one.name for one in circuit.cregs if one.name not in written and not estimator]
     # Qiskit before 2.6 writes a register named `pi` as it is, and angles of `pi` beside it.
-    constants = [one.name for one in (*circuit.qregs, *circuit.cregs) if one.name in _CONSTANTS]
-    for other in (*renamed_by_text, *constants):
+    wrong_names += [one.name for one in (*circuit.qregs, *circuit.cregs) if one.name in _CONSTANTS]
+    if wrong_names:
         raise InvalidInput(
-            f"has a register named {other!r}, which is not a name that OpenQASM 3 allows, so the text would have "
-            "another one. Rename it, or leave circuit_form out",
+            f"has a register named {wrong_names[0]!r}, which is not a name that OpenQASM 3 allows, so the text would "
+            "have another one. Rename it, or leave circuit_form out",
             field=field,
         )
     return _Circuit(text.rstrip() if estimator else text, names)
